@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 use std::sync::OnceLock;
 
+use pgrx::pg_catalog::pg_proc::PgProc;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -16,6 +17,8 @@ use crate::pg::hard_limit::is_worker;
 thread_local! {
     /// The number of open contexts of table owners.
     static OPEN: Cell<u32> = const { Cell::new(0) };
+    /// Whether code in these contexts has called set_config(), possibly on `seed`.
+    static MAY_HAVE_SEEDED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// During its lifetime, the hooks refuse these operations.
@@ -31,6 +34,21 @@ impl Restricted {
 impl Drop for Restricted {
     fn drop(&mut self) {
         OPEN.set(OPEN.get() - 1);
+        if OPEN.get() == 0 && MAY_HAVE_SEEDED.take() {
+            seed_randomly();
+        }
+    }
+}
+
+/// Gives random() an unpredictable seed. The setting `seed` acts when it is set, so restoring the settings does not undo
+/// it, and PostgreSQL reveals neither its value nor the generator's state.
+fn seed_randomly() {
+    let mut bits = [0; 4];
+    // SAFETY: it fills the buffer, or returns false.
+    if unsafe { pg_sys::pg_strong_random(bits.as_mut_ptr().cast(), bits.len()) } {
+        let seed = f64::from(i32::from_ne_bytes(bits)) / 2_147_483_648.0;
+        // SAFETY: setseed takes one float8 from -1 to 1.
+        unsafe { pgrx::direct_function_call::<()>(pg_sys::setseed, &[seed.into_datum()]) };
     }
 }
 
@@ -42,6 +60,9 @@ fn is_restricted() -> bool {
 /// The hooks that were installed before.
 static NEXT_ACCESS: OnceLock<pg_sys::object_access_hook_type> = OnceLock::new();
 static NEXT_UTILITY: OnceLock<pg_sys::ProcessUtility_hook_type> = OnceLock::new();
+static NEXT_RELATION: OnceLock<pg_sys::get_relation_info_hook_type> = OnceLock::new();
+static NEXT_STATISTICS: OnceLock<pg_sys::get_relation_stats_hook_type> = OnceLock::new();
+static NEXT_INDEX: OnceLock<pg_sys::get_index_stats_hook_type> = OnceLock::new();
 
 /// Installs the hooks.
 pub fn register() {
@@ -52,6 +73,15 @@ pub fn register() {
         }
         if NEXT_UTILITY.set((&raw const pg_sys::ProcessUtility_hook).read()).is_ok() {
             (&raw mut pg_sys::ProcessUtility_hook).write(Some(on_utility));
+        }
+        if NEXT_RELATION.set((&raw const pg_sys::get_relation_info_hook).read()).is_ok() {
+            (&raw mut pg_sys::get_relation_info_hook).write(Some(on_relation));
+        }
+        if NEXT_STATISTICS.set((&raw const pg_sys::get_relation_stats_hook).read()).is_ok() {
+            (&raw mut pg_sys::get_relation_stats_hook).write(Some(on_statistics));
+        }
+        if NEXT_INDEX.set((&raw const pg_sys::get_index_stats_hook).read()).is_ok() {
+            (&raw mut pg_sys::get_index_stats_hook).write(Some(on_index_statistics));
         }
     }
 }
@@ -72,7 +102,12 @@ unsafe extern "C-unwind" fn on_object_access(
     if access != pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE || !is_restricted() {
         return;
     }
-    let function = object.to_u32();
+    refuse_function(object);
+}
+
+/// Raises an error for a function that would leave state in the session.
+fn refuse_function(oid: pg_sys::Oid) {
+    let function = oid.to_u32();
     let (what, hint) = if SESSION_LOCKS.contains(&function) {
         (
             "take or release session-level advisory locks",
@@ -80,17 +115,28 @@ unsafe extern "C-unwind" fn on_object_access(
         )
     } else if LARGE_OBJECTS.contains(&function) {
         ("use descriptors of large objects", "Use lo_get and lo_put.")
-    } else if is_session_dblink(object) {
+    } else if is_session_dblink(oid) {
         (
             "use connections of dblink",
             "They are the session's, whoever opened them. The background worker allows dblink(connection string, query).",
         )
-    } else if function == pg_sys::F_SETSEED {
+    } else if function == pg_sys::F_SETSEED || sets_seed(oid) {
         ("set the seed of random()", "The session would draw predictable numbers afterwards.")
     } else {
+        if function == pg_sys::F_SET_CONFIG {
+            MAY_HAVE_SEEDED.set(true);
+        }
         return;
     };
     refusal(what).set_hint(hint).report(PgLogLevel::ERROR);
+}
+
+/// Whether a function has a SET clause for the setting `seed`.
+fn sets_seed(function: pg_sys::Oid) -> bool {
+    function.to_u32() >= pg_sys::FirstNormalObjectId
+        && PgProc::new(function)
+            .and_then(|function| function.proconfig())
+            .is_some_and(|settings| settings.iter().any(|setting| setting.starts_with("seed=")))
 }
 
 /// Whether a function is dblink's and uses the session's connections: the owner's code could send commands over a
@@ -113,6 +159,83 @@ fn is_session_dblink(function: pg_sys::Oid) -> bool {
         let name = CStr::from_ptr(name).to_bytes();
         !is_worker() || name.starts_with(b"dblink_connect") || name == b"dblink_disconnect"
     }
+}
+
+/// The relation info hook, which the planner calls for each table of a query. Selectivity functions run the functions of
+/// operators on stored statistics, and the object access hook is not called for these runs. At this point the planner has
+/// simplified the query, so the expressions of inlined functions are in it.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_relation(
+    root: *mut pg_sys::PlannerInfo,
+    oid: pg_sys::Oid,
+    with_children: bool,
+    relation: *mut pg_sys::RelOptInfo,
+) {
+    // SAFETY: the query that is being planned; the previously installed hook, with the arguments of this call.
+    unsafe {
+        if let Some(Some(next)) = NEXT_RELATION.get() {
+            next(root, oid, with_children, relation);
+        }
+        refuse_operators(root);
+    }
+}
+
+/// The relation statistics hook, which the planner calls for the statistics of a column. The column may belong to a
+/// subquery that was planned before the outer query was simplified.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_statistics(
+    root: *mut pg_sys::PlannerInfo,
+    table: *mut pg_sys::RangeTblEntry,
+    column: pg_sys::AttrNumber,
+    statistics: *mut pg_sys::VariableStatData,
+) -> bool {
+    // SAFETY: as in on_relation.
+    unsafe {
+        refuse_operators(root);
+        NEXT_STATISTICS.get().copied().flatten().is_some_and(|next| next(root, table, column, statistics))
+    }
+}
+
+/// The index statistics hook, which the planner calls for the statistics of an indexed expression.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_index_statistics(
+    root: *mut pg_sys::PlannerInfo,
+    index: pg_sys::Oid,
+    column: pg_sys::AttrNumber,
+    statistics: *mut pg_sys::VariableStatData,
+) -> bool {
+    // SAFETY: as in on_relation.
+    unsafe {
+        refuse_operators(root);
+        NEXT_INDEX.get().copied().flatten().is_some_and(|next| next(root, index, column, statistics))
+    }
+}
+
+/// Raises an error if the query, or a query around it, contains an operator whose function is refused.
+///
+/// # Safety
+/// `root` must be a query that is being planned.
+unsafe fn refuse_operators(root: *mut pg_sys::PlannerInfo) {
+    if !is_restricted() {
+        return;
+    }
+    let mut root = root;
+    // SAFETY: the queries around a query outlive it. The text is palloc'd and ends in a nul.
+    unsafe {
+        while !root.is_null() {
+            let text = pg_sys::nodeToString((*root).parse.cast());
+            let functions = functions_of_operators(&CStr::from_ptr(text).to_string_lossy());
+            pg_sys::pfree(text.cast());
+            functions.into_iter().for_each(refuse_function);
+            root = (*root).parent_root;
+        }
+    }
+}
+
+/// The functions of all operators in a query, from its text form, in which PostgreSQL names them `opfuncid`.
+fn functions_of_operators(query: &str) -> Vec<pg_sys::Oid> {
+    let fields = query.split(":opfuncid ").skip(1);
+    fields.filter_map(|rest| rest.split(' ').next()?.parse::<u32>().ok()).map(pg_sys::Oid::from).collect()
 }
 
 fn refusal(what: &str) -> ErrorReport {
@@ -162,6 +285,10 @@ unsafe extern "C-unwind" fn refuse_utility(statement: *mut pg_sys::Node) {
         pg_sys::NodeTag::T_ConstraintsSetStmt => refusal("execute SET CONSTRAINTS"),
         pg_sys::NodeTag::T_LoadStmt => refusal("execute LOAD"),
         // SAFETY: as above.
+        _ if unsafe { sets_seed_here(statement) } => {
+            refusal("set the seed of random()").set_hint("The session would draw predictable numbers afterwards.")
+        }
+        // SAFETY: as above.
         _ if unsafe { creates_in_session(statement) } => {
             refusal("create temporary functions, operators and other objects")
                 .set_hint("The session would find them by name, and run them as its own.")
@@ -169,6 +296,21 @@ unsafe extern "C-unwind" fn refuse_utility(statement: *mut pg_sys::Node) {
         _ => return,
     };
     refused.report(PgLogLevel::ERROR);
+}
+
+/// Whether a statement is `SET seed`.
+///
+/// # Safety
+/// The node must be a utility statement.
+unsafe fn sets_seed_here(statement: *mut pg_sys::Node) -> bool {
+    // SAFETY: a statement has the type that its tag names; a name ends in a nul.
+    unsafe {
+        if (*statement).type_ != pg_sys::NodeTag::T_VariableSetStmt {
+            return false;
+        }
+        let name = (*statement.cast::<pg_sys::VariableSetStmt>()).name;
+        !name.is_null() && CStr::from_ptr(name).to_bytes().eq_ignore_ascii_case(b"seed")
+    }
 }
 
 /// Whether a statement creates an object in the session's temporary schema that PostgreSQL allows even in a

@@ -110,6 +110,9 @@ def test_nothing_is_left_in_the_session(database: support.Database, eve: str) ->
         "PERFORM pg_advisory_unlock(4712)",
         "SET CONSTRAINTS ALL IMMEDIATE",
         "PERFORM setseed(0.5)",
+        "SET seed = 0.5",
+        "SET LOCAL Seed = 0.5",
+        "CREATE FUNCTION seeds() RETURNS int LANGUAGE sql SET seed = 0.5 AS 'SELECT 1'; PERFORM seeds(); DROP FUNCTION seeds()",
         # A large-object descriptor of the caller.
         "PERFORM loread(0, 10)",
         "PERFORM lo_close(0)",
@@ -161,6 +164,67 @@ def test_what_would_outlast_the_call_is_refused(database: support.Database, eve:
         ).fetchall() == [(4712,)]
         # Outside the function, the caller may use its own objects.
         assert value(admin, "SELECT pg_advisory_unlock(4712)")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT 1 FROM pairs WHERE b === 5",
+        "SELECT 1 FROM pairs WHERE unlocks(b)",
+        "SELECT 1 FROM pairs WHERE b + 0 === 5",
+        "SELECT 1 FROM (SELECT b FROM pairs OFFSET 0) s WHERE unlocks(b)",
+        "WITH s AS MATERIALIZED (SELECT b FROM pairs) SELECT 1 FROM s WHERE unlocks(b)",
+        "SELECT 1 FROM fives JOIN pairs ON b === five",
+        "SELECT 1 FROM pairs WHERE b === ANY ('{5,6}')",
+    ],
+)
+def test_the_planner_runs_no_function_that_is_refused(database: support.Database, eve: str, query: str) -> None:
+    """It runs the functions of operators on the most frequent values of a column, whatever becomes of the query."""
+    with database.connect(user=eve) as db:
+        db.execute(f"SET search_path = {eve}, public")
+        db.execute("""
+            CREATE TABLE pairs AS SELECT 8 AS b FROM generate_series(1, 100);
+            CREATE TABLE fives AS SELECT 5 AS five FROM generate_series(1, 100);
+            CREATE STATISTICS of_expression ON (b + 0) FROM pairs;
+            ANALYZE pairs, fives;
+            CREATE OPERATOR === (FUNCTION = pg_advisory_unlock, LEFTARG = int, RIGHTARG = int, RESTRICT = eqsel, JOIN = eqjoinsel);
+            CREATE FUNCTION unlocks(int) RETURNS boolean LANGUAGE sql AS 'SELECT $1 === 5'""")
+        # Without the extension, planning releases the lock.
+        db.execute("SELECT pg_advisory_lock(8, 5)")
+        db.execute(f"EXPLAIN {query}")
+        held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        # Before PostgreSQL 17 the planner had no statistics for a common table expression.
+        assert value(db, held) == int("WITH" in query and db.info.server_version < 170000)
+        db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t')")
+        db.execute(f"""
+            CREATE FUNCTION plans() RETURNS trigger LANGUAGE plpgsql SET search_path = {eve}, pg_temp AS $$
+            BEGIN
+                PERFORM count(*) FROM ({query}) AS q;
+                RETURN new;
+            EXCEPTION WHEN insufficient_privilege THEN RETURN new;
+            END $$;
+            CREATE TRIGGER a BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION plans()""")
+    with database.connect() as admin:
+        admin.execute("SET client_min_messages = warning")
+        admin.execute("SELECT pg_advisory_lock(8, 5)")
+        assert admin.execute("SELECT * FROM clip_recluster('eve')").fetchall()
+        assert value(admin, held) == 1
+
+
+def test_random_numbers_stay_unpredictable(database: support.Database, eve: str) -> None:
+    """set_config sets any setting, so the owner's code may call it; but the seed that it sets does not stay."""
+    with database.connect(user=eve) as db:
+        db.execute(f"SELECT clip_create_collection('eve', 0.9, members => '{eve}.t')")
+        db.execute(f"""
+            CREATE FUNCTION {eve}.seeds() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN PERFORM set_config('seed', '0.25', false); RETURN new; END $$;
+            CREATE TRIGGER a BEFORE UPDATE ON {eve}.t FOR EACH ROW EXECUTE FUNCTION {eve}.seeds()""")
+    with database.connect() as admin:
+        admin.execute("SET client_min_messages = warning")
+        admin.execute("SELECT setseed(0.25)")
+        predicted = value(admin, "SELECT random()")
+        assert admin.execute("SELECT * FROM clip_recluster('eve')").fetchall()
+        assert value(admin, "SELECT random()") != predicted
 
 
 def test_the_caller_s_connections_are_out_of_reach(database: support.Database, eve: str) -> None:
