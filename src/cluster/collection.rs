@@ -1,5 +1,6 @@
 //! Collections: their settings, and how they are created, altered and dropped.
 
+use clip::model::check_name as check_model_name;
 use clip::{Error, Kind};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
@@ -121,6 +122,7 @@ fn clip_create_collection(
     check_name(collection)?;
     citus::refuse_worker("clip_create_collection()")?;
     check_threshold(threshold)?;
+    model.map_or(Ok(()), check_model_name).map_err(report)?;
     if let Some(dimensions) = dimensions
         && !(1..=16_000).contains(&dimensions)
     {
@@ -237,6 +239,7 @@ fn clip_alter_collection(
     let (labels, image) = (labels.map(Text::str), image.map(Text::str));
     let collection = given("collection", collection)?;
     check_threshold(threshold)?;
+    model.map_or(Ok(()), check_model_name).map_err(report)?;
     let role = current_role();
     let store = Store::open(c"clip_alter_collection()");
     let access = own_collection(&store, collection)?;

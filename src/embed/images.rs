@@ -2,7 +2,7 @@
 
 use clip::image::Taken;
 use clip::image::info::info;
-use clip::image::thumbnail::{Format, thumbnail};
+use clip::image::thumbnail::{Format, bad_edge, thumbnail};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -19,7 +19,8 @@ fn clip_thumbnail(
 ) -> SqlResult<Vec<u8>> {
     let Text(format) = format;
     let format = Format::named(format).map_err(report)?;
-    let small = thumbnail(image, u32::try_from(edge).unwrap_or(0), format, &interrupt::watched(guc::limits()));
+    let edge = u32::try_from(edge).map_err(|_| report(bad_edge(edge)))?;
+    let small = thumbnail(image, edge, format, &interrupt::watched(guc::limits()));
     interrupt::raise();
     small.map_err(report)
 }

@@ -125,10 +125,21 @@ fn clip_diversify(
             bad(format!("different vector dimensions {found} and {wanted}")).element(index),
         ));
     }
+    let zero = || bad("zero vector has no direction".to_owned());
+    if is_zero(&query) {
+        return Err(report(zero().detail("It is the query.")));
+    }
+    if let Some(index) = embeddings.iter().position(is_zero) {
+        return Err(report(zero().element(index)));
+    }
     let candidates: Vec<&[f32]> = embeddings.iter().map(|embedding| embedding.0.as_slice()).collect();
     let chosen = diversify(&query.0, &candidates, k as usize, lambda, &mut loaded::check_interrupts);
     let rows: Vec<_> = chosen.into_iter().zip(1..).map(|((place, score), rank)| (ids[place], rank, score)).collect();
     Ok(TableIterator::new(rows))
+}
+
+fn is_zero(vector: &Vector) -> bool {
+    vector.0.iter().all(|component| *component == 0.0)
 }
 
 /// The elements of an array of any type, in the current memory context.

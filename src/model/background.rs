@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clip::model::Model;
 use clip::relevance::{Background, Builder, Entry, Photo, Words};
-use clip::{Error, Kind};
+use clip::{Error, Kind, regular_file};
 use pgrx::prelude::*;
 
 use crate::guc;
@@ -71,7 +71,7 @@ impl Key {
             return Err(Error::new(Kind::LimitExceeded, format!("list of words \"{}\" is too long", path.display()))
                 .detail(format!("It has {length} bytes; {LONGEST_FILE} are allowed.")));
         }
-        let text = fs::read_to_string(path).map_err(|e| unreadable(path, &e.to_string()))?;
+        let text = regular_file::read_to_string(path).map_err(|e| unreadable(path, &e.to_string()))?;
         Words::parse(&text).map_err(|mut error| {
             error.hint = Some(format!("It is in \"{}\", which clip_search.words names.", path.display()));
             error

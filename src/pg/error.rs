@@ -33,21 +33,34 @@ pub fn report(error: Error) -> ErrorReport {
 /// An engine error for which PostgreSQL has a more specific SQLSTATE than the one for its kind.
 pub fn with_sqlstate(code: PgSqlErrorCode, error: Error) -> ErrorReport {
     let hint = error.hint_for(guc::name);
-    let mut report = ErrorReport::new(code, error.message, "clip_search");
+    let mut report = ErrorReport::new(code, shortened(error.message), "clip_search");
     let place = error.element.map(|index| format!("This is element {} of the array.", index + 1));
     let detail: Vec<String> = [place, error.detail].into_iter().flatten().collect();
     if !detail.is_empty() {
-        report = report.set_detail(detail.join(" "));
+        report = report.set_detail(shortened(detail.join(" ")));
     }
     if let Some(hint) = hint {
-        report = report.set_hint(hint);
+        report = report.set_hint(shortened(hint));
     }
     report
 }
 
+/// Bytes of a message that are shown. Messages repeat the values of arguments, which may have megabytes, and go into the log.
+const LONGEST_MESSAGE: usize = 2000;
+
+/// A text without its middle, if it is too long.
+fn shortened(text: String) -> String {
+    if text.len() <= LONGEST_MESSAGE {
+        return text;
+    }
+    let (start, end) =
+        (text.floor_char_boundary(LONGEST_MESSAGE / 2), text.ceil_char_boundary(text.len() - LONGEST_MESSAGE / 2));
+    format!("{} … {}", &text[..start], &text[end..])
+}
+
 /// An error that does not come from the engine.
 pub fn sql_error(code: PgSqlErrorCode, message: impl Into<String>) -> ErrorReport {
-    ErrorReport::new(code, message.into(), "clip_search")
+    ErrorReport::new(code, shortened(message.into()), "clip_search")
 }
 
 /// The error for vectors of different lengths, in pgvector's words.

@@ -142,6 +142,68 @@ unsafe impl BoxRet for Vector {
     }
 }
 
+/// Vectors and NULLs, returned as an array.
+pub struct Vectors(pub Vec<Option<Vector>>);
+
+impl IntoDatum for Vectors {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        let Self(vectors) = self;
+        let oid = type_oid();
+        let count = i32::try_from(vectors.len()).expect("an array has fewer elements");
+        if count == 0 {
+            // SAFETY: an existing type.
+            return Some(unsafe { pg_sys::construct_empty_array(oid) }.into());
+        }
+        let (mut elements, mut nulls) = (Vec::with_capacity(vectors.len()), Vec::with_capacity(vectors.len()));
+        for (index, vector) in vectors.into_iter().enumerate() {
+            if index % 1024 == 0 {
+                pgrx::check_for_interrupts!();
+            }
+            let datum = vector.and_then(IntoDatum::into_datum);
+            nulls.push(datum.is_none());
+            elements.push(datum.unwrap_or(pg_sys::Datum::from(0)));
+        }
+        let (mut length, mut first) = (count, 1);
+        // SAFETY: as many elements and nulls as `count`, of pgvector's type: of any length, by reference, aligned like int4.
+        let array = unsafe {
+            pg_sys::construct_md_array(
+                elements.as_mut_ptr(),
+                nulls.as_mut_ptr(),
+                1,
+                &raw mut length,
+                &raw mut first,
+                oid,
+                -1,
+                false,
+                pg_sys::TYPALIGN_INT as std::ffi::c_char,
+            )
+        };
+        // SAFETY: elements that are not NULL are palloc'd, and copied into the array.
+        elements.iter().zip(nulls).filter(|(_, null)| !null).for_each(|(datum, _)| unsafe {
+            pg_sys::pfree(datum.cast_mut_ptr());
+        });
+        Some(array.into())
+    }
+
+    fn type_oid() -> pg_sys::Oid {
+        // SAFETY: a look-up of an existing type.
+        unsafe { pg_sys::get_array_type(type_oid()) }
+    }
+}
+
+pgrx::impl_sql_translatable!(Vectors, "vector[]");
+
+// SAFETY: the result is declared `vector[]` in SQL.
+unsafe impl BoxRet for Vectors {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> pgrx::datum::Datum<'fcx> {
+        match self.into_datum() {
+            // SAFETY: into_datum created an array, palloc'd in the current context.
+            Some(datum) => unsafe { fcinfo.return_raw_datum(datum) },
+            None => fcinfo.return_null(),
+        }
+    }
+}
+
 thread_local! {
     /// The oids of pgvector's extension and of its type, as last looked up; a re-created extension has another oid.
     static TYPE: Cell<Option<(pg_sys::Oid, pg_sys::Oid)>> = const { Cell::new(None) };

@@ -7,6 +7,7 @@ library, other users of the same loader hung forever (pykeio/ort#560), so each c
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -126,6 +127,17 @@ def remove(file: str) -> Callable[[pathlib.Path], None]:
     return lambda model: (model / file).unlink()
 
 
+def pipe(file: str) -> Callable[[pathlib.Path], None]:
+    """Opening a pipe waits until another process writes to it."""
+
+    def damage(model: pathlib.Path) -> None:
+        (model / file).unlink()
+        os.mkfifo(model / file)
+        (model / file).chmod(0o644)
+
+    return damage
+
+
 def swap_towers(model: pathlib.Path) -> None:
     vision, text = model / "onnx" / "vision_model.onnx", model / "onnx" / "text_model.onnx"
     content = vision.read_bytes(), text.read_bytes()
@@ -185,6 +197,8 @@ DAMAGES = {
     ),
     "tokenizer missing": (remove("tokenizer.json"), TEXT_QUERY, UNDEFINED_FILE, "tokenizer.json"),
     "tokenizer cut in half": (cut("tokenizer.json", 0.5), TEXT_QUERY, CONFIG_FILE_ERROR, "tokenizer.json"),
+    "tokenizer a pipe": (pipe("tokenizer.json"), TEXT_QUERY, UNDEFINED_FILE, "no tokenizer.json"),
+    "graph a pipe": (pipe(VISION), IMAGE_QUERY, UNDEFINED_FILE, "no image tower"),
     "tokenizer not one": (write("tokenizer.json", "{}"), TEXT_QUERY, CONFIG_FILE_ERROR, "tokenizer.json"),
 }
 
@@ -208,6 +222,26 @@ def test_a_broken_model_is_named_and_can_be_put_right(
         shutil.rmtree(model)
         server_folder.add(FIXTURES / "clip-mini", name="broken", copy=True)
         assert support.same_embedding(embed_one(db, what, item, "broken"), expected)
+    finally:
+        shutil.rmtree(model, ignore_errors=True)
+
+
+def test_a_pipe_in_place_of_a_configuration_holds_nobody_up(
+    db: psycopg.Connection, clip_mini, server_folder: support.ServerFolder
+) -> None:
+    """Opening it waits for a writer, in which no cancel was seen. Text towers need no configuration, so they work."""
+    model = server_folder.add(FIXTURES / "clip-mini", name="piped", copy=True)
+    try:
+        for file in ("config.json", "preprocessor_config.json", "tokenizer_config.json", "modules.json"):
+            (model / file).unlink(missing_ok=True)
+            os.mkfifo(model / file)
+            (model / file).chmod(0o644)
+        db.execute(f"SET clip_search.model_path = '{server_folder.path}'")
+        assert support.same_embedding(
+            embed_one(db, "text", "a cat", "piped"), embed_one(db, "text", "a cat", "clip-mini")
+        )
+        findings = db.execute("SELECT finding FROM clip_check_model('piped') finding").fetchall()
+        assert any("a guess" in str(finding) for finding in findings), findings
     finally:
         shutil.rmtree(model, ignore_errors=True)
 
@@ -286,6 +320,28 @@ def test_a_bad_element_is_named_by_its_place(db: psycopg.Connection) -> None:
 
 
 # ---------------------------------------------------------------- NULL for each argument
+
+
+def test_messages_do_not_repeat_megabytes(db: psycopg.Connection) -> None:
+    long = "m" * 1_000_000
+    for query in (
+        "SELECT clip_thumbnail('x', 10, %s)",
+        "SELECT clip_cluster_groups(%s)",
+        "SELECT clip_grant_collection('default', %s)",
+        "SELECT clip_find('pg_class', 'a cat', key => %s)",
+        "SELECT clip_create_collection('long', model => %s)",
+    ):
+        state, text = raised_error(db, query, long)
+        assert state[:2] in ("22", "42") and len(text) < 5000, (query, state, len(text))
+
+
+def test_values_are_named_as_they_were_given(db: psycopg.Connection) -> None:
+    assert "edge -5 is not from 1" in raised_error(db, "SELECT clip_thumbnail(%s, -5)", PHOTO)[1]
+    for model in ("../x", "a b", ""):
+        assert raised_error(db, "SELECT clip_create_collection('named', model => %s)", model)[0] == UNDEFINED_OBJECT
+    for query in ("'[0,0]', ARRAY[1], ARRAY['[1,0]']", "'[1,0]', ARRAY[1, 2], ARRAY['[1,0]', '[0,0]']"):
+        state, text = raised_error(db, f"SELECT clip_diversify({query}::vector[])")
+        assert state == "22023" and "zero vector" in text, text
 
 
 def test_no_argument_that_is_null_is_an_internal_error(db: psycopg.Connection) -> None:

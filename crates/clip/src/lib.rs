@@ -8,6 +8,7 @@
 //! | [`text`] | text → token ids |
 //! | [`model`] | a model directory, ONNX Runtime's sessions, rewritten graphs on disk, pooling |
 //! | [`embedder`] | the complete path; from cosines to probabilities |
+//! | [`regular_file`] | files of models and lists, which must be regular ones |
 //! | [`query`] | queries of several terms, diversity |
 //! | [`relevance`] | how certainly a photo shows the subject of a text, compared with a background of words; tags |
 //! | [`vector`] | unit vectors, cosines |
@@ -22,6 +23,7 @@ pub mod image;
 pub mod memory;
 pub mod model;
 pub mod query;
+pub mod regular_file;
 pub mod relevance;
 pub mod stats;
 pub mod text;

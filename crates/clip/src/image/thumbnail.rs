@@ -43,6 +43,11 @@ impl Format {
 /// The maximum edge of a thumbnail, in pixels.
 pub const MAX_EDGE: u32 = 4096;
 
+/// The error for an edge that is not from 1 to [`MAX_EDGE`].
+pub fn bad_edge(edge: impl std::fmt::Display) -> Error {
+    Error::new(Kind::InvalidInput, format!("thumbnail edge {edge} is not from 1 to {MAX_EDGE}"))
+}
+
 /// Returns a file with an upright copy of an image in sRGB, scaled to fit a square of `edge` pixels with its aspect
 /// ratio. Smaller images keep their size.
 ///
@@ -50,7 +55,7 @@ pub const MAX_EDGE: u32 = 4096;
 /// The errors of [`decode()`]; [`Kind::InvalidInput`] for an edge that is not from 1 to [`MAX_EDGE`].
 pub fn thumbnail(bytes: &[u8], edge: u32, format: Format, limits: &Limits) -> Result<Vec<u8>> {
     if !(1..=MAX_EDGE).contains(&edge) {
-        return Err(Error::new(Kind::InvalidInput, format!("thumbnail edge {edge} is not from 1 to {MAX_EDGE}")));
+        return Err(bad_edge(edge));
     }
     let decoded = decode(bytes, limits)?;
     let mut rgb = fit(decoded.rgb, edge, limits)?;

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 use crate::model::config::{Config, preprocess_file};
+use crate::regular_file;
 
 /// Maximum bytes of a model's name: Linux's limit for the name of a directory.
 const LONGEST_NAME: usize = 255;
@@ -88,15 +89,7 @@ impl Model {
             Some((name, variant)) => (name, Some(variant)),
             None => (spec, None),
         };
-        if spec.len() > LONGEST_NAME {
-            return Err(Error::new(Kind::UnknownModel, format!("a text of {} bytes is not a model name", spec.len()))
-                .detail(format!("It begins with \"{}\".", spec.chars().take(40).collect::<String>()))
-                .hint(format!("A model is named by its directory, in {LONGEST_NAME} bytes at most.")));
-        }
-        if !is_name(name) || variant.is_some_and(|v| !is_name(v)) {
-            return Err(Error::new(Kind::UnknownModel, format!("\"{spec}\" is not a model name"))
-                .hint("A model is named by its directory: letters, digits, dots, dashes and underscores, then optionally a colon and a variant."));
-        }
+        check_name(spec)?;
         let Some(directory) = search.iter().map(|dir| dir.join(name)).find(|dir| dir.is_dir()) else {
             let known: Vec<String> = Self::list(search).into_iter().map(|model| model.name).collect();
             let places: Vec<String> = search.iter().map(|dir| format!("\"{}\"", dir.display())).collect();
@@ -255,6 +248,24 @@ fn shown(names: &[String]) -> String {
     }
 }
 
+/// Checks the form of a model's name, with or without a variant; whether the model exists is not checked.
+///
+/// # Errors
+/// [`Kind::UnknownModel`].
+pub fn check_name(spec: &str) -> Result<()> {
+    if spec.len() > LONGEST_NAME {
+        return Err(Error::new(Kind::UnknownModel, format!("a text of {} bytes is not a model name", spec.len()))
+            .detail(format!("It begins with \"{}\".", spec.chars().take(40).collect::<String>()))
+            .hint(format!("A model is named by its directory, in {LONGEST_NAME} bytes at most.")));
+    }
+    let (name, variant) = spec.split_once(':').map_or((spec, None), |(name, variant)| (name, Some(variant)));
+    if !is_name(name) || variant.is_some_and(|v| !is_name(v)) {
+        return Err(Error::new(Kind::UnknownModel, format!("\"{spec}\" is not a model name"))
+            .hint("A model is named by its directory: letters, digits, dots, dashes and underscores, then optionally a colon and a variant."));
+    }
+    Ok(())
+}
+
 fn is_name(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with('.')
@@ -263,7 +274,7 @@ fn is_name(name: &str) -> bool {
 
 /// Reads a file of the model.
 pub(crate) fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| {
+    regular_file::read_to_string(path).map_err(|e| {
         let kind = if e.kind() == std::io::ErrorKind::NotFound { Kind::MissingFile } else { Kind::BadModel };
         Error::new(kind, format!("model file \"{}\" cannot be read", path.display())).detail(format!("{e}."))
     })

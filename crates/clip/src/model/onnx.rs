@@ -10,7 +10,7 @@ use std::path::Path;
 use prost::Message;
 
 use crate::error::{Error, Kind, Result};
-use crate::memory;
+use crate::{memory, regular_file};
 
 /// TensorProto.DataType
 pub const FLOAT: i32 = 1;
@@ -152,7 +152,7 @@ impl Model {
     /// # Errors
     /// [`Kind::BadModel`] if the file can't be read or is not an ONNX file.
     pub fn read(file: &Path) -> Result<Self> {
-        let bytes = fs::read(file).map_err(|e| failed(file, &e.to_string()))?;
+        let bytes = regular_file::read(file).map_err(|e| failed(file, &e.to_string()))?;
         let model = Self::decode(bytes.as_slice()).map_err(|e| failed(file, &e.to_string()))?;
         if model.graph.is_none() { Err(failed(file, "it has no graph")) } else { Ok(model) }
     }
@@ -257,7 +257,7 @@ impl Tensor {
             if name.contains('/') {
                 return Err(wrong("their file is in another directory"));
             }
-            let file = File::open(directory.join(name)).map_err(|e| wrong(&e.to_string()))?;
+            let file = regular_file::open(&directory.join(name)).map_err(|e| wrong(&e.to_string()))?;
             let mut raw = memory::zeroed(bytes)?;
             file.read_exact_at(&mut raw, number("offset").unwrap_or(0)).map_err(|e| wrong(&e.to_string()))?;
             convert(&raw)?

@@ -9,6 +9,8 @@ use std::fs::File;
 use std::io::{BufReader, Error, ErrorKind, Read, Result, Seek};
 use std::path::Path;
 
+use crate::regular_file;
+
 const GRAPH: u64 = 7;
 const NODE: u64 = 1;
 const OPERATOR: u64 = 4;
@@ -42,7 +44,7 @@ pub fn allowed_threads(file: &Path, threads: usize) -> usize {
 /// # Errors
 /// If the file can't be read or is not an ONNX file.
 fn operators(path: &Path) -> Result<HashSet<String>> {
-    let file = File::open(path)?;
+    let file = regular_file::open(path)?;
     let length = file.metadata()?.len();
     let mut reader = BufReader::new(file);
     let mut names = HashSet::new();

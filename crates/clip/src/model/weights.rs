@@ -1,15 +1,14 @@
 //! Reads single tensors of safetensors files: eight bytes with the length of a JSON header, the header, and the values.
 //! Only the requested tensors are read, because these files have hundreds of megabytes.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
-use crate::memory;
 use crate::model::read_json;
+use crate::{memory, regular_file};
 
 /// Maximum bytes of a header, which takes about 100 bytes per tensor; ViT-L has 600 tensors.
 const LONGEST_HEADER: u64 = 16 << 20;
@@ -78,7 +77,7 @@ pub fn read<const N: usize>(path: &Path, names: [&str; N]) -> Result<[Option<Ten
         Error::new(Kind::BadModel, format!("model file \"{}\" is not a safetensors file", path.display())).detail(why)
     };
     let io = |e: std::io::Error| broken(format!("{e}."));
-    let mut file = File::open(path).map_err(|e| {
+    let mut file = regular_file::open(path).map_err(|e| {
         Error::new(Kind::BadModel, format!("model file \"{}\" cannot be read", path.display())).detail(format!("{e}."))
     })?;
     let mut length = [0; 8];

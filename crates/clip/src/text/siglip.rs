@@ -18,6 +18,7 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::{NormalizerWrapper, Tokenizer};
 
 use crate::error::{Error, Kind, Result};
+use crate::regular_file;
 
 /// SentencePiece's mark for a space.
 const SPACE: &str = "▁";
@@ -152,7 +153,7 @@ pub(super) fn from_pieces(file: &Path, config: &Value) -> Result<Tokenizer> {
     if length > LONGEST {
         return Err(bad(format!("It has {length} bytes; SentencePiece's models have a few million.")));
     }
-    let bytes = std::fs::read(file).map_err(|e| bad(format!("{e}.")))?;
+    let bytes = regular_file::read(file).map_err(|e| bad(format!("{e}.")))?;
     let broken = || bad("It is not a model of SentencePiece.".to_owned());
     let ModelProto { pieces, trainer, normalizer } = ModelProto::decode(bytes.as_slice()).map_err(|_| broken())?;
     let kind = trainer.and_then(|trainer| trainer.model_type).unwrap_or(UNIGRAM);
