@@ -19,7 +19,7 @@ use crate::cluster::tables::Store;
 use crate::guc;
 use crate::pg::error::{SqlResult, counted, different_dimensions, report, sql_error};
 use crate::pg::owners_table::OwnersTable;
-use crate::pg::spi::get;
+use crate::pg::spi::{get, spi};
 use crate::pg::text::Text;
 use crate::pg::user_context::{UserContext, as_extension, current_role};
 
@@ -86,7 +86,7 @@ fn recluster(
     let shards = members.is_distributed.then(|| Shards::of(members, collection)).transpose()?;
     match shards {
         Some(_) => drop(store.lock_exclusive(collection, true)),
-        None => lock(store, collection, members),
+        None => lock(store, collection, members)?,
     }
     Access::find(store, collection).check(role, Privilege::Recluster)?;
     let mut check = || {
@@ -222,16 +222,40 @@ fn move_members(members: &Members, places: &[Place], labels: &[u32], ids: &[i64]
 /// Locks the members against writers, and the collection against assignment.
 ///
 /// A transaction that has assigned and not ended holds both locks. While such a transaction exists, this function keeps
-/// neither lock, so that other sessions are not blocked; after ten seconds of retries it waits in the lock queue.
-fn lock(store: &Store, collection: &str, members: &Members) {
+/// neither lock, so that other sessions are not blocked; after ten seconds of retries it waits in the lock queue. This
+/// transaction has read the members, so a writer that then truncates or alters the table waits for it. Such a cycle is no
+/// deadlock while neither lock is waited for, and ends this call instead of the writer's.
+fn lock(store: &Store, collection: &str, members: &Members) -> SqlResult<()> {
     const TRIES: u32 = 100;
-    for _ in 0..TRIES {
+    for attempt in 1..=TRIES {
         if store.try_lock(members.table.oid, collection) {
-            return;
+            return Ok(());
         }
         pgrx::check_for_interrupts!();
         std::thread::sleep(Duration::from_millis(100));
+        if attempt % 10 == 0 {
+            refuse_cycle(collection, members)?;
+        }
     }
     pgrx::notice!("clip_search: waiting for transactions that are writing members of collection \"{collection}\"");
     store.lock_members(members.table.oid, collection);
+    Ok(())
+}
+
+/// Raises an error if a session that writes the members waits for this transaction.
+fn refuse_cycle(collection: &str, members: &Members) -> SqlResult<()> {
+    let waiting = as_extension(|client| {
+        let rows =
+            client.update(include_str!("sql/waits_for_us.sql"), Some(1), &[members.table.oid.into()]).map_err(spi)?;
+        Ok::<_, ErrorReport>(rows.into_iter().next().map(|row| get::<i32>(&row, 1)).transpose()?.flatten())
+    })?;
+    match waiting {
+        None => Ok(()),
+        Some(process) => Err(sql_error(
+            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+            format!("could not lock the members of collection \"{collection}\""),
+        )
+        .set_detail(format!("Process {process} has written {} and waits for this transaction.", members.table.shown()))
+        .set_hint("Try again.")),
+    }
 }

@@ -263,3 +263,25 @@ def test_rights_are_the_collection_s_and_the_table_owner_s(
         assert value(mine, "SHOW row_security") == "on"
         db.execute("ALTER TABLE member OWNER TO CURRENT_USER")
     check_sums(db)
+
+
+def test_a_writer_that_truncates_is_no_deadlock(database: support.Database, db: psycopg.Connection) -> None:
+    """The writer's lock keeps clip_recluster from its own, and its TRUNCATE waits for what clip_recluster has read."""
+    db.execute("CREATE TABLE member (id int PRIMARY KEY, embedding vector(3), cluster_id bigint)")
+    db.execute("INSERT INTO member SELECT n, ARRAY[1, n, 0]::vector FROM generate_series(1, 9) n")
+    db.execute("SELECT clip_create_collection('member', members => 'member')")
+    found: list[tuple[str | None, str]] = []
+    with database.connect() as other, database.connect() as writer:
+        other.execute("SET client_min_messages = warning")
+        call = threading.Thread(
+            target=lambda: found.append(raised_error(other, "SELECT count(*) FROM clip_recluster('member')"))
+        )
+        with writer.transaction():
+            writer.execute("UPDATE member SET embedding = '[0,0,1]' WHERE id = 1")
+            call.start()
+            time.sleep(1)
+            writer.execute("TRUNCATE member")
+        call.join(30)
+    assert found[0][0] == "55P03" and "waits for this transaction" in found[0][1], found
+    assert value(db, "SELECT count(*) FROM member") == 0
+    assert db.execute("SELECT * FROM clip_recluster('member')").fetchall() == []
