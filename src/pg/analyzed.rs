@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_char};
 use std::sync::OnceLock;
 
 use pgrx::pg_sys;
@@ -52,6 +52,19 @@ pub fn about_table<T>(table: pg_sys::Oid, text: &str, work: impl FnOnce() -> T) 
     EXPECTED.with_borrow_mut(|expected| expected.push(Expected { text, table }));
     let _guard = Guard;
     work()
+}
+
+/// Whether a text is that of a statement in [`about_table`].
+///
+/// # Safety
+/// The text must be null or end in a nul.
+pub unsafe fn is_own_statement(text: *const c_char) -> bool {
+    // SAFETY: the caller's.
+    !text.is_null()
+        && unsafe {
+            let text = CStr::from_ptr(text);
+            EXPECTED.with_borrow(|expected| expected.iter().any(|expected| expected.text.as_c_str() == text))
+        }
 }
 
 #[pg_guard]

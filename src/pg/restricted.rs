@@ -11,12 +11,17 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::pg::analyzed::is_own_statement;
 use crate::pg::error::sql_error;
 use crate::pg::hard_limit::is_worker;
 
 thread_local! {
     /// The number of open contexts of table owners.
     static OPEN: Cell<u32> = const { Cell::new(0) };
+    /// The owner of the extension, as last looked up.
+    static EXTENSION_OWNER: Cell<pg_sys::Oid> = const { Cell::new(pg_sys::Oid::INVALID) };
+    /// Whether the query that is being planned is one of the extension's own statements.
+    static IS_OWN: Cell<bool> = const { Cell::new(false) };
     /// Whether code in these contexts has called set_config(), possibly on `seed`.
     static MAY_HAVE_SEEDED: Cell<bool> = const { Cell::new(false) };
 }
@@ -52,6 +57,11 @@ fn seed_randomly() {
     }
 }
 
+/// Tells this module who owns the extension.
+pub(super) fn set_extension_owner(owner: pg_sys::Oid) {
+    EXTENSION_OWNER.set(owner);
+}
+
 fn is_restricted() -> bool {
     // SAFETY: reads a variable of the process.
     OPEN.get() > 0 && unsafe { pg_sys::InSecurityRestrictedOperation() }
@@ -60,6 +70,7 @@ fn is_restricted() -> bool {
 /// The hooks that were installed before.
 static NEXT_ACCESS: OnceLock<pg_sys::object_access_hook_type> = OnceLock::new();
 static NEXT_UTILITY: OnceLock<pg_sys::ProcessUtility_hook_type> = OnceLock::new();
+static NEXT_PLANNER: OnceLock<pg_sys::planner_hook_type> = OnceLock::new();
 static NEXT_RELATION: OnceLock<pg_sys::get_relation_info_hook_type> = OnceLock::new();
 static NEXT_STATISTICS: OnceLock<pg_sys::get_relation_stats_hook_type> = OnceLock::new();
 static NEXT_INDEX: OnceLock<pg_sys::get_index_stats_hook_type> = OnceLock::new();
@@ -73,6 +84,9 @@ pub fn register() {
         }
         if NEXT_UTILITY.set((&raw const pg_sys::ProcessUtility_hook).read()).is_ok() {
             (&raw mut pg_sys::ProcessUtility_hook).write(Some(on_utility));
+        }
+        if NEXT_PLANNER.set((&raw const pg_sys::planner_hook).read()).is_ok() {
+            (&raw mut pg_sys::planner_hook).write(Some(on_planner));
         }
         if NEXT_RELATION.set((&raw const pg_sys::get_relation_info_hook).read()).is_ok() {
             (&raw mut pg_sys::get_relation_info_hook).write(Some(on_relation));
@@ -161,6 +175,31 @@ fn is_session_dblink(function: pg_sys::Oid) -> bool {
     }
 }
 
+/// The planner hook. The extension's own statements name their operators with a schema, so they need no check; to check
+/// them made the worker three times as slow.
+///
+/// Like the utility hook it has no `pg_guard`, and nothing to drop. After an error the value of an inner query remains,
+/// with which more is checked.
+unsafe extern "C-unwind" fn on_planner(
+    query: *mut pg_sys::Query,
+    text: *const c_char,
+    options: std::ffi::c_int,
+    parameters: pg_sys::ParamListInfo,
+) -> *mut pg_sys::PlannedStmt {
+    // SAFETY: the previously installed hook, or PostgreSQL's own function, gets the arguments of this call.
+    unsafe {
+        let next = NEXT_PLANNER.get().copied().flatten().unwrap_or(standard_planner);
+        if OPEN.get() == 0 {
+            return next(query, text, options, parameters);
+        }
+        let is_own = pg_sys::GetUserId() == EXTENSION_OWNER.get() || is_own_statement(text);
+        let outer = IS_OWN.replace(is_own);
+        let plan = next(query, text, options, parameters);
+        IS_OWN.set(outer);
+        plan
+    }
+}
+
 /// The relation info hook, which the planner calls for each table of a query. Selectivity functions run the functions of
 /// operators on stored statistics, and the object access hook is not called for these runs. At this point the planner has
 /// simplified the query, so the expressions of inlined functions are in it.
@@ -216,7 +255,7 @@ unsafe extern "C-unwind" fn on_index_statistics(
 /// # Safety
 /// `root` must be a query that is being planned.
 unsafe fn refuse_operators(root: *mut pg_sys::PlannerInfo) {
-    if !is_restricted() {
+    if IS_OWN.get() || !is_restricted() {
         return;
     }
     let mut root = root;
@@ -342,6 +381,13 @@ unsafe fn creates_in_session(statement: *mut pg_sys::Node) -> bool {
 }
 
 unsafe extern "C-unwind" {
+    fn standard_planner(
+        query: *mut pg_sys::Query,
+        text: *const c_char,
+        options: std::ffi::c_int,
+        parameters: pg_sys::ParamListInfo,
+    ) -> *mut pg_sys::PlannedStmt;
+
     #[link_name = "standard_ProcessUtility"]
     fn standard_utility(
         statement: *mut pg_sys::PlannedStmt,

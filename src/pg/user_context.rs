@@ -13,7 +13,7 @@ use pgrx::pg_sys;
 use pgrx::spi::{Spi, SpiClient};
 
 use crate::pg::error::SqlResult;
-use crate::pg::restricted::Restricted;
+use crate::pg::restricted::{Restricted, set_extension_owner};
 
 thread_local! {
     /// Whether the server has loaded Citus, which it does when it starts.
@@ -100,6 +100,7 @@ impl UserContext {
                 None => pgrx::error!("relation \"clip_search.watch_setting\" does not exist"),
             }
         };
+        set_extension_owner(owner);
         Self::take(owner, pg_sys::SECURITY_LOCAL_USERID_CHANGE)
     }
 
