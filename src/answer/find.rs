@@ -16,7 +16,7 @@ use crate::guc;
 use crate::model::{background, loaded, origin};
 use crate::pg::analyzed::about_table;
 use crate::pg::catalog::qualified_name;
-use crate::pg::error::{SqlResult, given, no_table, report, sql_error};
+use crate::pg::error::{SqlResult, check_range, given, no_table, report, sql_error};
 use crate::pg::regclass::Regclass;
 use crate::pg::spi::{get, spi};
 use crate::pg::text::{Key, Text, non_utf8_encoding, non_utf8_name, utf8};
@@ -201,14 +201,6 @@ impl Watched {
             Ok(Self { model, unfinished })
         })
     }
-}
-
-fn check_range(name: &str, value: i32, most: i32) -> SqlResult<i32> {
-    if (1..=most).contains(&value) {
-        return Ok(value);
-    }
-    let error = Error::new(Kind::InvalidInput, format!("{name} is out of range: {value}"));
-    Err(report(error.detail(format!("It is from 1 to {most}."))))
 }
 
 impl Search<'_> {

@@ -6,7 +6,7 @@ use pgrx::prelude::*;
 
 use crate::guc;
 use crate::model::{background, loaded};
-use crate::pg::error::{SqlResult, report};
+use crate::pg::error::{SqlResult, check_range, report};
 use crate::pg::text::Text;
 use crate::pg::vector::Vector;
 
@@ -36,13 +36,14 @@ fn clip_explain(
     let (Some(Vector(vector)), Some(Text(query)), Some(k)) = (embedding, query, k) else {
         return Ok(TableIterator::empty());
     };
+    let k = check_range("k", k, i32::MAX)?;
     let model = guc::model_or_default(model.map(Text::str));
     let words = background::of(&model)?;
     let photo = background::photo(&words, vector, &model)?;
     let text = loaded::embed_texts(&model, &[Some(query)])?.pop().flatten();
     let Some(Vector(text)) = text else { return Ok(TableIterator::empty()) };
     let text = words.photo(&text).map_err(report)?;
-    let shared = words.shared(&photo, &text, usize::try_from(k).unwrap_or(0));
+    let shared = words.shared(&photo, &text, k as usize);
     let rows: Vec<_> =
         shared.into_iter().map(|s| (words.words[s.word].clone(), relevance(s.photo), relevance(s.text))).collect();
     Ok(TableIterator::new(rows))

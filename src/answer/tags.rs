@@ -9,7 +9,7 @@ use pgrx::prelude::*;
 use crate::embed::classify;
 use crate::guc;
 use crate::model::{background, loaded};
-use crate::pg::error::{SqlResult, report};
+use crate::pg::error::{SqlResult, check_range, report};
 use crate::pg::text::{Text, texts};
 use crate::pg::vector::Vector;
 
@@ -20,10 +20,11 @@ fn clip_tags(
     model: default!(Option<Text<'_>>, "NULL"),
 ) -> Result<TableIterator<'static, (name!(tag, String), name!(relevance, f64))>, ErrorReport> {
     let (Some(Vector(vector)), Some(k)) = (embedding, k) else { return Ok(TableIterator::empty()) };
+    let k = check_range("k", k, i32::MAX)?;
     let model = guc::model_or_default(model.map(Text::str));
     let words = background::of(&model)?;
     let photo = background::photo(&words, vector, &model)?;
-    let tags = words.tags(&photo, usize::try_from(k).unwrap_or(0));
+    let tags = words.tags(&photo, k as usize);
     let rows: Vec<_> = tags.into_iter().map(|(word, score)| (words.words[word].clone(), relevance(score))).collect();
     Ok(TableIterator::new(rows))
 }

@@ -83,6 +83,15 @@ pub fn counted(number: i64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
+/// The value of an argument that must be from 1 to `most`.
+pub fn check_range(name: &str, value: i32, most: i32) -> SqlResult<i32> {
+    if (1..=most).contains(&value) {
+        return Ok(value);
+    }
+    let error = Error::new(Kind::InvalidInput, format!("{name} is out of range: {value}"));
+    Err(report(error.detail(format!("It is from 1 to {most}."))))
+}
+
 /// The value of an argument that must not be NULL.
 pub fn given<T>(name: &str, value: Option<T>) -> SqlResult<T> {
     value.ok_or_else(|| {

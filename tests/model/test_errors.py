@@ -339,6 +339,9 @@ def test_values_are_named_as_they_were_given(db: psycopg.Connection) -> None:
     assert "edge -5 is not from 1" in raised_error(db, "SELECT clip_thumbnail(%s, -5)", PHOTO)[1]
     for model in ("../x", "a b", ""):
         assert raised_error(db, "SELECT clip_create_collection('named', model => %s)", model)[0] == UNDEFINED_OBJECT
+    for call in ("clip_tags('[1]', k => -3)", "clip_explain('[1]', 'a cat', k => -3)"):
+        state, text = raised_error(db, f"SELECT {call}")
+        assert state == "22023" and "k is out of range: -3" in text, text
     for query in ("'[0,0]', ARRAY[1], ARRAY['[1,0]']", "'[1,0]', ARRAY[1, 2], ARRAY['[1,0]', '[0,0]']"):
         state, text = raised_error(db, f"SELECT clip_diversify({query}::vector[])")
         assert state == "22023" and "zero vector" in text, text
