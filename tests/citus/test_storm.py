@@ -33,6 +33,7 @@ LOST = {
     ("XX000", "failure on connection marked as essential"),
     ("XX000", "connection to the remote node"),
     ("58030", "failed to COPY to shard"),
+    ("XX000", "could not find the intermediate result file"),
 }
 # Sessions (clip_group is one of them) that change the same rows in different orders, or a shard that has just moved.
 AGAIN = {"40P01", "40001", "55P03"}
