@@ -659,4 +659,47 @@ MUTATIONS = [
         "    if !table.may_read(current_role(), &[])? && table.has_policies_for_caller() {",
         "tests/server/test_readers.py::test_counts_are_for_those_who_may_read",
     ),
+    # ------------------------------------------------------------ what attackers, an hour of soak and valgrind found
+    Mutation(
+        "the planner runs an owner's operator over a session's lock",
+        "src/pg/restricted.rs",
+        "            functions.into_iter().for_each(refuse_function);",
+        "            drop(functions);",
+        "tests/server/test_rights.py::test_the_planner_runs_no_function_that_is_refused",
+    ),
+    Mutation(
+        "the seed that an owner's code sets stays",
+        "src/pg/restricted.rs",
+        "        if OPEN.get() == 0 && MAY_HAVE_SEEDED.take() {",
+        "        if OPEN.get() == 0 && MAY_HAVE_SEEDED.take() && false {",
+        "tests/server/test_rights.py::test_random_numbers_stay_unpredictable",
+    ),
+    Mutation(
+        "each round reads a long queue",
+        "src/watch/queue.rs",
+        "LATERAL (SELECT q.due FROM clip_search.watch_queue q WHERE q.watch = w.id ORDER BY q.due LIMIT 1) AS n \\\n             WHERE n.due <= pg_catalog.clock_timestamp()",
+        "LATERAL (SELECT min(q.due::text::timestamptz) AS due FROM clip_search.watch_queue q WHERE q.watch::text = w.id::text) AS n \\\n             WHERE n.due <= pg_catalog.clock_timestamp()",
+        "tests/watch/test_timing.py::test_a_long_queue_is_not_read_each_round",
+    ),
+    Mutation(
+        "rounding decides between two members",
+        "src/cluster/sql/grouped.sql",
+        "pg_catalog.floor((pg_catalog.max(cosine) OVER (PARTITION BY id) OPERATOR(pg_catalog.-) cosine)\n                                 OPERATOR(pg_catalog.*) 1000000::float8) AS millionths_off",
+        "OPERATOR(pg_catalog.-) pg_catalog.round(cosine OPERATOR(pg_catalog.*) 1000000::float8) AS millionths_off",
+        "tests/cluster/test_keys.py::test_two_members_are_equally_near",
+    ),
+    Mutation(
+        "an array of texts has no limit",
+        "src/embed/functions.rs",
+        "    if count <= LARGEST_ARRAY / bytes {",
+        "    if bytes > 0 {",
+        "tests/embed/test_texts.py::test_an_array_of_texts_has_a_limit",
+    ),
+    Mutation(
+        "clip_recluster waits for a writer that waits for it",
+        "src/cluster/recluster.rs",
+        "            refuse_cycle(collection, members)?;\n        }\n    }\n",
+        "        }\n    }\n",
+        "tests/cluster/test_recluster.py::test_a_writer_that_truncates_is_no_deadlock",
+    ),
 ]
